@@ -605,12 +605,15 @@ def _keep(space: AddressSpace, area: Area, start: int, end: int, advice: int) ->
 
 
 def _remove(space: AddressSpace, area: Area, start: int, end: int) -> None:
-    """MADV_REMOVE on a piece of an area: the object itself loses the pages."""
+    """MADV_REMOVE on a piece of an area: the object itself loses the pages.
+
+    What counts is whether the area may be made writable, not whether it is (Linux: vma_is_shared_maywrite).
+    """
     backing, shift = area.backing, space.table.format.page_shift
     if backing is None or backing.whole:
         raise Refused(errno.EINVAL, "no file, and no shared memory")
-    if not area.shared or not area.protection & Protection.WRITE:
-        raise Refused(errno.EACCES, "the area is not shared, or not writable")
+    if not area.shared or not area.maximum & Protection.WRITE:
+        raise Refused(errno.EACCES, "the area is not shared, or its file not open for writing")
     if backing.in_device:
         raise Refused(errno.ENODEV, "a device has no holes")
     first, count = area.offset + (start - area.start >> shift), end - start >> shift

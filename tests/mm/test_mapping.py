@@ -337,6 +337,17 @@ def test_removing_needs_a_shared_writable_object(make: Make, page: int) -> None:
     assert refusal(lambda: mapping.advise_memory(space, private, page, MADV_REMOVE)) == "EINVAL"
 
 
+@pytest.mark.parametrize("protection", [0, READ, WRITE])
+def test_removing_asks_whether_it_may_be_made_writable(make: Make, page: int, protection: int) -> None:
+    space = make()
+    at = mmap(space, 0x100_0000, 1, protection, flags=MAP_SHARED | MAP_ANONYMOUS)
+    mapping.advise_memory(space, at, page, MADV_REMOVE)
+    area = space.areas.find(at)
+    assert area is not None
+    area.maximum &= ~Protection.WRITE  # as of a file that is open for reading alone
+    assert refusal(lambda: mapping.advise_memory(space, at, page, MADV_REMOVE)) == "EACCES"
+
+
 @pytest.mark.parametrize(
     ("protection", "advice", "expected"),
     [

@@ -336,7 +336,7 @@ class World:
         elif advice == REMOVE:
             if page.thing is None:
                 return errno.EINVAL
-            if not page.shared or not page.protection & WRITE:
+            if not page.shared:  # nothing is mapped of a file that is open for reading alone
                 return errno.EACCES
             page.thing.pages.pop(page.index, None)
         elif advice == GUARD_INSTALL:
