@@ -167,7 +167,7 @@ class SteppingScheduler(Scheduler):
             self._prepare()
             ready = sorted(tid for tid in can if not (tid in self._loops and self._loops[tid].spins))
             if not ready:
-                if self._sleepers or self._of_host:
+                if self._sleepers.heap or self._of_host:
                     return None
                 raise Livelock(f"livelock: {len(can)} tasks only wait in loops for what none of them stores")
             for tid in ready:

@@ -18,19 +18,19 @@ the run is as long as that asks for, its entries have it: they say the same, and
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Collection
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aether_emu.arch.paging import Access, PageTableFormat
-from aether_emu.errors import OutOfFrames, Refused
+from aether_emu.errors import OutOfFrames
 from aether_emu.mm.allocation import Area, AreaFlags
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Flags, Kind
+from aether_emu.mm.huge_settings import HugeSettings
 from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import Protection
@@ -38,15 +38,6 @@ from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tables.count import has_frame
 from aether_emu.mm.tables.split import end_run, flush_large, split
 from aether_emu.mm.tables.tree import Found
-
-SETTINGS = ("always", "madvise", "never")
-"""What /sys/kernel/mm/transparent_hugepage/enabled may be, in its order."""
-
-MODES = ("always", "inherit", "madvise", "never")
-"""The same of one size: `inherit` is what the setting for all is."""
-
-COMPACTS = ("always", "defer", "defer+madvise", "madvise", "never")
-"""The same of `defrag`. What is deferred no fault does, and nobody else."""
 
 LEVEL = 2
 """The level of a huge page's leaf: 2M with pages of 4K, 32M of 16K, 512M of 64K."""
@@ -80,26 +71,16 @@ def possible(space: AddressSpace, area: Area, size: int) -> bool:
     return (area.start + size - 1 & -size) + size <= area.end
 
 
-def chosen(word: str, words: tuple[str, ...]) -> str:
-    """The word, if it is one of these. Raises Refused(EINVAL)."""
-    if word not in words:
-        raise Refused(errno.EINVAL, f"that is one of {', '.join(words)}")
-    return word
-
-
-def moves_others(compacts: str, area: Area) -> bool:
-    """Whether a fault of an area moves pages to make room, where the machine's setting is one of COMPACTS."""
-    return compacts == "always" or (compacts in ("madvise", "defer+madvise") and bool(area.flags & _HUGE))
-
-
-class HugePages:
+class HugePages(HugeSettings):
     """What a machine does by itself at faults: for memory that asked for it, and with `always` for all.
 
-    `setting` says where, and `modes` by the order of a block whether that holds for its size. `orders` are
-    those of the runs of pages that take the place of a huge page where none fits, the largest first.
-    `zero_page`: what is only read shows a huge page of zeros, one for all. `compacts`: where a fault moves
-    other pages to make room for a huge page. While it does nothing, `Physical.huge` is None.
+    `orders` are those of the runs of pages that take the place of a huge page where none fits, the largest
+    first. `zero_page`: what is only read shows a huge page of zeros, one for all. While it does nothing,
+    `Physical.huge` is None.
     """
+
+    WORDS: ClassVar[tuple[str, ...]] = ("always", "madvise", "never")
+    MODES: ClassVar[tuple[str, ...]] = ("always", "inherit", "madvise", "never")
 
     def __init__(
         self,
@@ -113,30 +94,18 @@ class HugePages:
     ) -> None:
         self._physical, self._format = physical, fmt
         self.size, self.order = huge_size(fmt), huge_order(fmt)
-        self.setting, self.zero_page, self.compacts = setting, zero_page, compacts
-        self.modes = {order: "never" for order in range(2, self.order)}
-        self.modes |= {order: "inherit" for order in (*orders, self.order)}
+        super().__init__(range(2, self.order + 1), (*orders, self.order), setting, compacts)
+        self.zero_page = zero_page
         self.zero_block = -1  # the first frame of the huge page of zeros, once one was read
         physical.thp = self
         self._settle()
 
     # ---- settings
 
-    def change(self, setting: str) -> None:
-        """Have another setting for all. Raises Refused(EINVAL) for a word that is none."""
-        self.setting = chosen(setting, SETTINGS)
-        self._settle()
-
-    def change_mode(self, order: int, mode: str) -> None:
-        """Have another setting for blocks of an order. Likewise."""
-        self.modes[order] = chosen(mode, MODES)
-        self._settle()
-
     def _settle(self) -> None:
         """What the settings come to: the sizes that blocks may have, and of each whether it is for all."""
         page, physical = self._format.page_size, self._physical
-        told = {order: self.setting if mode == "inherit" else mode for order, mode in self.modes.items()}
-        wanted = {order: mode == "always" for order, mode in told.items() if mode != "never"}
+        wanted = {order: mode == "always" for order, mode in self.by_order().items() if mode != "never"}
         self._always = {page << order: always for order, always in wanted.items()}
         self.orders = tuple(order for order in sorted(wanted, reverse=True) if order != self.order)
         physical.huge = self if wanted else None
@@ -179,7 +148,7 @@ class HugePages:
         slot = space.table.slot(start, LEVEL)
         n = self._physical.counters.n
         if write or not self.zero_page:
-            block = take_block(self._physical, area, start, self.order, compacts=self._moves_others(area))
+            block = take_block(self._physical, area, start, self.order, compacts=self.moves_others(area))
             bits, event = area.bits.write_at(LEVEL), Event.HUGE_FAULT
         else:
             block = self._zeros()
@@ -189,9 +158,6 @@ class HugePages:
         space.table.write(start, LEVEL, slot, self._physical.frames.address(block) | bits)
         n[event] += 1
         return True
-
-    def _moves_others(self, area: Area) -> bool:
-        return moves_others(self.compacts, area)
 
     def _bring_run(self, space: AddressSpace, area: Area, page: int, order: int) -> bool:
         fmt, words = self._format, self._physical.ram.array
@@ -235,15 +201,13 @@ class HugePages:
 
     def capture(self) -> dict[str, Any]:
         """What is to be known of it."""
-        settings = self.setting, dict(self.modes), self.zero_page, self.compacts
-        return {"zero_block": self.zero_block, "settings": settings}
+        settings = self.capture_settings()
+        return {"zero_block": self.zero_block, "zero_page": self.zero_page, "settings": settings}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Become the captured one; the frame table knows the rest."""
-        self.zero_block = state["zero_block"]
-        self.setting, modes, self.zero_page, self.compacts = state["settings"]
-        self.modes = dict(modes)
-        self._settle()
+        self.zero_block, self.zero_page = state["zero_block"], state["zero_page"]
+        self.restore_settings(state["settings"])
 
 
 # ---- at a fault where a large leaf, or one of a contiguous run, stands

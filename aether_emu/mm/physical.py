@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,7 +88,22 @@ class FilesInMemory(Protocol):
     def drop_unused_of(self, backing: Any, first: int, count: int) -> int: ...
 
 
-class Huge(Protocol):
+class HugeWords(Protocol):
+    """What says where huge pages come by themselves: `mm.huge_settings.HugeSettings`."""
+
+    WORDS: ClassVar[tuple[str, ...]]
+    MODES: ClassVar[tuple[str, ...]]
+    setting: str
+    modes: dict[int, str]
+    compacts: str
+
+    def change(self, setting: str) -> None: ...
+    def change_mode(self, order: int, mode: str) -> None: ...
+    def capture_settings(self) -> tuple[str, dict[int, str], str]: ...
+    def restore_settings(self, state: tuple[str, dict[int, str], str]) -> None: ...
+
+
+class Huge(HugeWords, Protocol):
     """What gives programs huge pages, and runs of pages of some `orders`: `mm.hugepage.HugePages`.
 
     `zero_block` is the first frame of the huge page of zeros, -1 while there is none.
@@ -97,14 +112,8 @@ class Huge(Protocol):
     size: int
     order: int
     orders: tuple[int, ...]
-    setting: str
-    modes: dict[int, str]
     zero_page: bool
-    compacts: str
     zero_block: int
-
-    def change(self, setting: str) -> None: ...
-    def change_mode(self, order: int, mode: str) -> None: ...
 
     def permits(self, space: Any, area: Any, size: int = 0) -> bool: ...
     def eligible(self, space: Any, area: Any) -> bool: ...
@@ -114,20 +123,15 @@ class Huge(Protocol):
     def restore(self, state: dict[str, Any]) -> None: ...
 
 
-class SharedHuge(Protocol):
+class SharedHuge(HugeWords, Protocol):
     """What gives shared memory huge pages: `mm.shared_huge.SharedHugePages`. `on`: at faults."""
 
     size: int
     order: int
     orders: tuple[int, ...]
-    setting: str
-    modes: dict[int, str]
-    compacts: str
 
     @property
     def on(self) -> bool: ...
-    def change(self, setting: str) -> None: ...
-    def change_mode(self, order: int, mode: str) -> None: ...
     def possible(self, space: Any, area: Any) -> bool: ...
     def fits(self, area: Any) -> bool: ...
     def first_page(self, space: Any, area: Any, page: int) -> int | None: ...
@@ -135,8 +139,6 @@ class SharedHuge(Protocol):
     def eligible(self, space: Any, area: Any) -> bool: ...
     def bring(self, space: Any, area: Any, page: int, *, write: bool) -> bool: ...
     def show(self, space: Any, area: Any, start: int, block: int, *, write: bool) -> None: ...
-    def capture(self) -> tuple[Any, ...]: ...
-    def restore(self, state: tuple[Any, ...]) -> None: ...
 
 
 class HugePools(Protocol):
@@ -374,7 +376,7 @@ class Physical:
             "host_memory": self.host_memory.capture(),
             "compaction": None if self.compaction is None else self.compaction.capture(),
             "huge": None if self.thp is None else self.thp.capture(),
-            "shared_huge": None if self.shared_huge is None else self.shared_huge.capture(),
+            "shared_huge": None if self.shared_huge is None else self.shared_huge.capture_settings(),
             "pools": None if self.pools is None else self.pools.capture(),
             "merged": None if self.merged is None else self.merged.capture(),
             "slabs": self.slabs.capture(),
@@ -409,7 +411,7 @@ class Physical:
             assert isinstance(huge, dict)
             self.thp.restore(huge)
         if self.shared_huge is not None:
-            self.shared_huge.restore(state["shared_huge"])
+            self.shared_huge.restore_settings(state["shared_huge"])
         if self.pools is not None:
             assert isinstance(pools, dict)
             self.pools.restore(pools)

@@ -16,7 +16,7 @@ A run of pages (`orders`) comes likewise; where the frames lie in a row it is sh
 
 from __future__ import annotations
 
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 
@@ -25,28 +25,24 @@ from aether_emu.machine.memory.aperture import SLOT_SIZE
 from aether_emu.mm.allocation import Area, AreaFlags
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Kind
-from aether_emu.mm.hugepage import LEVEL, chosen, cleared, huge_order, huge_size, large_slot, moves_others
+from aether_emu.mm.huge_settings import HugeSettings
+from aether_emu.mm.hugepage import LEVEL, cleared, huge_order, huge_size, large_slot
 from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
 
-SETTINGS = ("always", "within_size", "advise", "never", "deny", "force")
-"""What /sys/kernel/mm/transparent_hugepage/shmem_enabled may be, in its order."""
-
-MODES = ("always", "inherit", "within_size", "advise", "never")
-"""The same of one size: `inherit` is what the setting for all is."""
-
 _SHARED = int(Kind.SHARED)  # plain: numpy needs 20 us for an operation with an enum
 _HUGE, _NO_HUGE = int(AreaFlags.HUGE), int(AreaFlags.NO_HUGE)
 _ONE = np.uint32(1)
 
 
-class SharedHugePages:
-    """Where shared memory gets huge pages: as `setting` says, and `modes` of a size by the order of a block.
-    `orders` and `compacts` as `HugePages`.
-    """
+class SharedHugePages(HugeSettings):
+    """Where shared memory gets huge pages, or runs of pages of `orders`, as `HugePages`."""
+
+    WORDS: ClassVar[tuple[str, ...]] = ("always", "within_size", "advise", "never", "deny", "force")
+    MODES: ClassVar[tuple[str, ...]] = ("always", "inherit", "within_size", "advise", "never")
 
     def __init__(
         self,
@@ -60,27 +56,14 @@ class SharedHugePages:
         self._physical, self._format = physical, fmt
         self.size, self.order = huge_size(fmt), huge_order(fmt)
         self.count = 1 << self.order
-        self.setting, self.compacts = setting, compacts
-        self.modes = {order: "never" for order in range(1, self.order)}
-        self.modes |= {order: "inherit" for order in (*orders, self.order)}
+        super().__init__(range(1, self.order + 1), (*orders, self.order), setting, compacts)
         self.on = False
         """Whether some faults bring huge pages, or runs."""
         self._settle()
 
-    def change(self, setting: str) -> None:
-        """Have another setting for all. Raises Refused(EINVAL) for a word that is none."""
-        self.setting = chosen(setting, SETTINGS)
-        self._settle()
-
-    def change_mode(self, order: int, mode: str) -> None:
-        """Have another setting for blocks of an order. Likewise."""
-        self.modes[order] = chosen(mode, MODES)
-        self._settle()
-
     def _settle(self) -> None:
         """What the settings come to, by order: `deny` is against all sizes."""
-        told = {order: self.setting if mode == "inherit" else mode for order, mode in self.modes.items()}
-        denied = self.setting == "deny"
+        told, denied = self.by_order(), self.setting == "deny"
         self._told = {order: "never" if denied else mode for order, mode in told.items()}
         wanted = [order for order in sorted(told, reverse=True) if self._told[order] != "never"]
         self.orders = tuple(order for order in wanted if order != self.order)
@@ -193,7 +176,7 @@ class SharedHugePages:
 
     def _take(self, area: Area, memory: SharedMemory, first: int, order: int) -> int | None:
         """A block of zeros for pages of an object that has none of them."""
-        moves = order == self.order and moves_others(self.compacts, area)
+        moves = order == self.order and self.moves_others(area)
         block = cleared(self._physical, order, compacts=moves)
         if block is None:
             return None
@@ -252,16 +235,6 @@ class SharedHugePages:
         return True
 
     # ---- state
-
-    def capture(self) -> tuple[Any, ...]:
-        """What is to be known of it: the objects have the rest."""
-        return self.setting, dict(self.modes), self.compacts
-
-    def restore(self, state: tuple[Any, ...]) -> None:
-        """Become the captured one."""
-        self.setting, modes, self.compacts = state
-        self.modes = dict(modes)
-        self._settle()
 
 
 def own(physical: Physical, memory: SharedMemory, first: int, block: int, count: int) -> None:

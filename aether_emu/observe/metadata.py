@@ -50,7 +50,7 @@ def of_frames(physical: Physical) -> dict[str, int]:
         "frame_table": sum(column.nbytes for column in physical.frames.columns().values()),
         "allocator": size_of(buddy.kept()),
         "reclaim": 0 if reclaim is None else _of_parts(vars(getattr(reclaim, "order", reclaim)).values()),
-        "swap_cache": 0 if swap is None else size_of(swap.kept_for_frames()),
+        "swap_cache": 0 if swap is None else swap.kept_for_frames(),
         "shared_memory": sum(size_of(item.kept()) for item in shared),
         "merged": 0 if merged is None else merged.kept()[0],
         "merge_scan": 0 if physical.merge_scan is None else physical.merge_scan.kept(),

@@ -29,7 +29,7 @@ from aether_emu.mm.mapping import (
 )
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.protection import Protection
-from aether_emu.mm.shared_huge import SETTINGS, SharedHugePages
+from aether_emu.mm.shared_huge import SharedHugePages
 from aether_emu.mm.space import AddressSpace
 from tests.mm.board import ENGINES, FORMATS, Board, check_accounts, fault_in
 from tests.mm.calls import RW
@@ -152,7 +152,7 @@ def test_a_collapse_needs_room_for_a_leaf_in_the_area_and_a_border_in_the_range(
     assert kit.leaves() == []
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("setting", SharedHugePages.WORDS)
 def test_the_setting_says_where(setting: str) -> None:
     kit = Kit("x86_64", setting)
     kit.write(kit.base, b"x")

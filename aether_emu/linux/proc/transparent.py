@@ -16,10 +16,8 @@ from aether_emu.linux.files.synthetic import Text
 from aether_emu.linux.kernel import Kernel
 from aether_emu.mm.collapse_terms import Terms
 from aether_emu.mm.counters import Event
-from aether_emu.mm.hugepage import COMPACTS, MODES, SETTINGS, chosen
+from aether_emu.mm.huge_settings import COMPACTS, chosen
 from aether_emu.mm.physical import Huge, SharedHuge
-from aether_emu.mm.shared_huge import MODES as SHARED_MODES
-from aether_emu.mm.shared_huge import SETTINGS as SHARED_SETTINGS
 
 _SIZE = 4096
 _WRITABLE = stat.S_IFREG | 0o644
@@ -37,20 +35,20 @@ def transparent_texts(kernel: Kernel) -> Mapping[str, Text]:
     assert thp is not None and shared is not None, "a machine with Linux has them"
     page = kernel.config.page_size
     texts = {
-        "enabled": _choice(kernel, SETTINGS, lambda: thp.setting, thp.change),
+        "enabled": _choice(kernel, thp.WORDS, lambda: thp.setting, thp.change),
         "defrag": _choice(kernel, COMPACTS, lambda: thp.compacts, partial(_set_defrag, thp, shared)),
-        "shmem_enabled": _choice(kernel, SHARED_SETTINGS, lambda: shared.setting, shared.change),
+        "shmem_enabled": _choice(kernel, shared.WORDS, lambda: shared.setting, shared.change),
         "use_zero_page": _number(lambda: int(thp.zero_page), partial(_set_zero_page, thp), most=1),
         "hpage_pmd_size": Text(lambda: b"%d\n" % (page << thp.order), size=_SIZE),
     }
     for order in shared.modes:
         folder = f"hugepages-{page << order >> 10}kB"
         texts[f"{folder}/shmem_enabled"] = _choice(
-            kernel, SHARED_MODES, partial(shared.modes.__getitem__, order), partial(shared.change_mode, order)
+            kernel, shared.MODES, partial(shared.modes.__getitem__, order), partial(shared.change_mode, order)
         )
         if order in thp.modes:
             texts[f"{folder}/enabled"] = _choice(
-                kernel, MODES, partial(thp.modes.__getitem__, order), partial(thp.change_mode, order)
+                kernel, thp.MODES, partial(thp.modes.__getitem__, order), partial(thp.change_mode, order)
             )
     return {**texts, **{f"khugepaged/{name}": text for name, text in _scan_texts(kernel, thp).items()}}
 

@@ -21,7 +21,6 @@ one run, and what the host does meanwhile changes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from heapq import heapify, heappop, heappush
 from typing import Any
 
 from aether_emu.errors import EngineError
@@ -35,17 +34,16 @@ from aether_emu.linux.task.deadlock import Deadlock
 from aether_emu.linux.task.ended import Ended
 from aether_emu.linux.task.ksm import RUN
 from aether_emu.linux.task.lines import Lines
+from aether_emu.linux.task.lost_pages import lose_pages
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.robust import leave_locks
 from aether_emu.linux.task.run_queue import RunQueue
 from aether_emu.linux.task.scheduling import FIFO, NICE_0_WEIGHT, ORDINARY
+from aether_emu.linux.task.sleepers import Sleepers
 from aether_emu.linux.task.task import Task
 from aether_emu.linux.task.wait import Wait
 from aether_emu.machine.cpu import ExitReason
-from aether_emu.machine.memory.aperture import ApertureFile, BackingFailed, BeyondEnd
-from aether_emu.mm.protection import Protection
-from aether_emu.mm.rmap import lowest_address
-from aether_emu.mm.tables.damage import TableDamaged
+from aether_emu.machine.memory.aperture import ApertureFile
 from aether_emu.waiting import HostQueue
 
 SHORT, CLASSES = 8, 8
@@ -74,10 +72,6 @@ def _may_speak(files: Files) -> bool:
     return any(file.kind == StreamFile.kind and file.writable for file in files.open_files().values())
 
 
-def _turn_of(sleeper: tuple[int, int, Task, Wait]) -> tuple[int, int]:
-    return sleeper[:2]
-
-
 class Scheduler:
     """Runs tasks on the CPUs of `entries`. `entry` is that of the CPU that works.
 
@@ -104,8 +98,7 @@ class Scheduler:
         self._queue: RunQueue[Task, Process] | Lines[Task, Process] = kernel.run_queue
         self._lines = self._queue if isinstance(self._queue, Lines) else None
         self._line = self._queue if isinstance(self._queue, RunQueue) else self._queue.lines[0]
-        self._sleepers: list[tuple[int, int, Task, Wait]] = []  # by deadline; some have woken meanwhile
-        self._slept = 0  # how many there were: who slept earlier is earlier among equals
+        self._sleepers = Sleepers(self._tasks)
         self._of_host: dict[Task, Wait] = {}  # who waits for the host, perhaps no longer
         self._chance = kernel.streams.stream("scheduler")
         self._turn_end: int | None = None  # the count of blocks at which the turn is over; None: never
@@ -128,11 +121,7 @@ class Scheduler:
     @property
     def sleepers(self) -> list[Task]:
         """Those that some time wakes, in the order in which it does."""
-        return [
-            task
-            for _at, _number, task, wait in sorted(self._sleepers, key=_turn_of)
-            if self._sleeps(task, wait)
-        ]
+        return self._sleepers.in_order()
 
     def know(self, tasks: Sequence[Task]) -> None:
         """These come, in this order; `add` has one of them run."""
@@ -214,7 +203,7 @@ class Scheduler:
         kernel, first = self.kernel, self.first
         if self._queue.count != 1 or not task.in_line or self._queue.news or self._lines is not None:
             return False
-        if self._sleepers or self._of_host or kernel.timers.heap or self.stopped is not None:
+        if self._sleepers.heap or self._of_host or kernel.timers.heap or self.stopped is not None:
             return False
         khugepaged, kswapd = kernel.khugepaged, kernel.kswapd
         if kernel.ksm.run == RUN or (khugepaged is not None and khugepaged.runs) or (kswapd and kswapd.due):
@@ -386,7 +375,7 @@ class Scheduler:
                 self.entry.percpu.goes_on = True
             else:
                 self._change_cpu(self._lines)
-        if self._sleepers or self.kernel.timers.heap:
+        if self._sleepers.heap or self.kernel.timers.heap:
             first = self._line.first
             if first is None or not (first.turn or first.cut):
                 self._wake_sleepers()
@@ -437,27 +426,17 @@ class Scheduler:
             return
         now = self.kernel.time_now() if self._queue else self.kernel.clock.now_ns
         timers.fire(now)
-        deadline = self._first_sleeper()
+        deadline = self._sleepers.first()
         while deadline is not None and deadline <= now:
-            self._queue.add(heappop(self._sleepers)[2])
-            deadline = self._first_sleeper()
+            self._queue.add(self._sleepers.take())
+            deadline = self._sleepers.first()
 
     def _first_deadline(self) -> int | None:
         """When the first who sleeps wakes, or the first timer is due, in virtual ns."""
-        if not (self._sleepers or self.kernel.timers.heap):
+        if not (self._sleepers.heap or self.kernel.timers.heap):
             return None
-        sleeper, timer = self._first_sleeper(), self.kernel.timers.first()
+        sleeper, timer = self._sleepers.first(), self.kernel.timers.first()
         return timer if sleeper is None else sleeper if timer is None else min(sleeper, timer)
-
-    def _first_sleeper(self) -> int | None:
-        """The earliest of those who sleep, in virtual ns."""
-        sleepers = self._sleepers
-        while sleepers and not self._sleeps(*sleepers[0][2:]):
-            heappop(sleepers)
-        return sleepers[0][0] if sleepers else None
-
-    def _sleeps(self, task: Task, wait: Wait) -> bool:
-        return task.wait is wait and not wait.woken and task in self._tasks
 
     def _stand_back(self, task: Task) -> None:
         """A task has left the CPU: it stands in line, or waits."""
@@ -490,11 +469,7 @@ class Scheduler:
     def _note_wait(self, task: Task, wait: Wait) -> None:
         """A task begins to wait: who else than its queues must think of it?"""
         if wait.ends_by_time and wait.deadline is not None:
-            self._slept += 1
-            heappush(self._sleepers, (wait.deadline, self._slept, task, wait))
-            if len(self._sleepers) > 2 * len(self._tasks) + 64:
-                self._sleepers = [each for each in self._sleepers if self._sleeps(*each[2:])]
-                heapify(self._sleepers)
+            self._sleepers.add(task, wait, wait.deadline)
         self.watch_host(task)
 
     def watch_host(self, task: Task) -> None:
@@ -595,7 +570,7 @@ class Scheduler:
             case ExitReason.BUS:  # an entry points at no memory: the engine does not say which
                 self.entry.lost(cpu.pc)
             case ExitReason.STRAY:
-                self._lose_pages()
+                lose_pages(self.entry, self._lost_pages())
             case _:
                 raise EngineError(f"at {cpu.pc:#x}: {ended.detail}")
         return False
@@ -633,36 +608,3 @@ class Scheduler:
         for queue in arrived:
             queue.wake()
         return bool(arrived)
-
-    # ---- files that shrink under the guest
-
-    def _lose_pages(self) -> None:
-        """Pages of files that the host took away under the guest: unmap them, SIGBUS for those that are gone.
-
-        A page that is larger than the host's may have lost a part only. It goes on from there, with zeros.
-        """
-        files = self.kernel.file_backings
-        for file, page in self._lost_pages():
-            backing = files.showing(file)
-            if backing is None:
-                continue
-            try:
-                files.unmap_pages(backing, page, 1)
-            except TableDamaged as error:
-                self.entry.damaged(error.damaged)
-                return
-            try:
-                backing.frames(page, 1, write=False)
-                continue
-            except (BeyondEnd, BackingFailed):
-                backing.leave_memory(page, 1)
-            space = self.entry.task.process.mm
-            address = lowest_address(backing, page, space)
-            area = None if address is None else space.areas.find(address)
-            if address is None or area is None:
-                continue
-            if area.protection & Protection.EXECUTE:
-                # Perhaps it was only translated, ahead of its turn: forget that, its fault comes in time.
-                self.kernel.physical.code.flush()
-            else:
-                self.entry.lost(address)

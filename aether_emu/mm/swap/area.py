@@ -25,6 +25,7 @@ from aether_emu.errors import AetherError, OutOfFrames
 from aether_emu.mm.counters import Event
 from aether_emu.mm.slab.layouts import CACHED
 from aether_emu.mm.slab.slabs import Slabs
+from aether_emu.mm.swap.cached import CachedSlots
 from aether_emu.mm.swap.entries import SwapEntries, swap_entries
 from aether_emu.mm.swap.file import SwapLost
 from aether_emu.mm.swap.part import MOST_PARTS, PLACE_BITS, Part
@@ -56,10 +57,7 @@ class SwapArea:
 
     def __init__(self, fmt: PageTableFormat, slots: int, store: Store, n: list[int], memory: int) -> None:
         self._n, self._memory = n, memory
-        self._slots_of = np.zeros(
-            memory, np.uint32
-        )  # of each frame: the slot that it is cached for, plus one
-        self._slot_of = self._slots_of.data
+        self._slot_of = CachedSlots(memory)
         self.cached = 0
         """Frames that are cached for a slot."""
         self.idle = 0
@@ -220,7 +218,7 @@ class SwapArea:
 
     def cached_frames(self) -> NDArray[np.int64]:
         """The frames that are cached, in ascending order."""
-        return self._slots_of.nonzero()[0]
+        return self._slot_of.frames()
 
     def slot_to_keep(self, frame: int) -> int | None:
         """Likewise, for a frame that may go there again; it is cached no longer for a file that is off."""
@@ -233,7 +231,8 @@ class SwapArea:
     def cache(self, slot: int, frame: int) -> None:
         """From now on the frame shows what the slot has, and nobody may write to it."""
         part, place = self._by_number[slot >> PLACE_BITS], slot & _PLACE
-        part.frames[place], self._slot_of[frame] = frame + 1, slot + 1
+        part.frames[place] = frame + 1
+        self._slot_of.set(frame, slot + 1)
         self.cached += 1
         self.idle += not part.users[place]
         if self.slabs is not None:
@@ -246,7 +245,8 @@ class SwapArea:
         if slot is None:
             return
         part, place = self._by_number[slot >> PLACE_BITS], slot & _PLACE
-        self._slot_of[frame] = part.frames[place] = 0
+        part.frames[place] = 0
+        self._slot_of.clear(frame)
         self.cached -= 1
         if part.objects[place]:
             assert self.slabs is not None, "they made it"
@@ -330,9 +330,9 @@ class SwapArea:
 
     # ---- what it takes, to be measured
 
-    def kept_for_frames(self) -> list[Any]:
-        """What is kept for frames: those that are cached."""
-        return [self._slots_of]
+    def kept_for_frames(self) -> int:
+        """Bytes of what is kept for frames: those that are cached."""
+        return self._slot_of.kept
 
     def kept_for_slots(self) -> list[Any]:
         """What is kept for slots, beside the bytes of their pages."""
@@ -355,8 +355,9 @@ class SwapArea:
         self.own.restore(state["own"])
         frames = self.own.column("frames")
         places = np.flatnonzero(frames)
-        self._slots_of[:] = 0
-        self._slots_of[frames[places] - 1] = places + 1
+        self._slot_of = CachedSlots(self._memory)
+        for place in places.tolist():
+            self._slot_of.set(int(frames[place]) - 1, place + 1)
         self.cached = places.size
         self.idle = int(np.count_nonzero(self.own.column("users")[places] == 0))
 

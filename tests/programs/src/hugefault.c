@@ -6,43 +6,24 @@
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/shm.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-struct range { uint64_t start, len; };
-struct api { uint64_t api, features, ioctls; };
-struct reg { struct range range; uint64_t mode, ioctls; };
-struct copy { uint64_t dst, src, len, mode; int64_t copy; };
-struct zero { struct range range; uint64_t mode; int64_t done; };
-struct wp { struct range range; uint64_t mode; };
+#include "userfaultfd.h"
+
 struct message { uint8_t event, pad[7]; uint64_t a, b, c; };
 struct scan { uint64_t size, flags, start, end, walk_end, vec, vec_len, max, invert, mask, anyof, ret; };
 struct region { uint64_t start, end, categories; };
 
-#define API _IOWR(0xAA, 0x3F, struct api)
-#define REGISTER _IOWR(0xAA, 0, struct reg)
-#define UNREGISTER _IOR(0xAA, 1, struct range)
-#define WAKE _IOR(0xAA, 2, struct range)
-#define COPY _IOWR(0xAA, 3, struct copy)
-#define ZEROPAGE _IOWR(0xAA, 4, struct zero)
-#define MOVE _IOWR(0xAA, 5, struct copy)
-#define WRITEPROTECT _IOWR(0xAA, 6, struct wp)
-#define CONTINUE _IOWR(0xAA, 7, struct zero)
-#define POISON _IOWR(0xAA, 8, struct zero)
 #define SCAN _IOWR('f', 16, struct scan)
-enum { MISSING = 1, WP = 2, MINOR = 4 };
 enum { F_WP = 1, F_FORK = 2, F_REMAP = 4, F_REMOVE = 8, F_HUGE = 1 << 4, F_UNMAP = 1 << 6, F_SIGBUS = 1 << 7,
        F_MINOR = 1 << 9, F_EXACT = 1 << 11, F_WP_HUGE = 1 << 12, F_ABSENT = 1 << 13, F_POISON = 1 << 14,
        F_ASYNC = 1 << 15 };
-#define RW (PROT_READ | PROT_WRITE)
 
 static size_t huge, page;
 static int codes;  // whether to tell of memory that failed: a kernel may be built without that

@@ -6,36 +6,16 @@
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-struct range { uint64_t start, len; };
-struct api { uint64_t api, features, ioctls; };
-struct reg { struct range range; uint64_t mode, ioctls; };
-struct copy { uint64_t dst, src, len, mode; int64_t copy; };
-struct zero { struct range range; uint64_t mode; int64_t done; };
-struct wp { struct range range; uint64_t mode; };
-struct message { uint8_t event, pad[7]; uint64_t flags, address; uint32_t task, pad2; };
+#include "userfaultfd.h"
 
-#define API _IOWR(0xAA, 0x3F, struct api)
-#define REGISTER _IOWR(0xAA, 0, struct reg)
-#define UNREGISTER _IOR(0xAA, 1, struct range)
-#define WAKE _IOR(0xAA, 2, struct range)
-#define COPY _IOWR(0xAA, 3, struct copy)
-#define ZEROPAGE _IOWR(0xAA, 4, struct zero)
-#define WRITEPROTECT _IOWR(0xAA, 6, struct wp)
-#define CONTINUE _IOWR(0xAA, 7, struct zero)
-#define MISSING 1
-#define WP 2
-#define MINOR 4
-#define RW (PROT_READ | PROT_WRITE)
+struct message { uint8_t event, pad[7]; uint64_t flags, address; uint32_t task, pad2; };
 
 static size_t page;
 static int fd;

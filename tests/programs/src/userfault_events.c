@@ -7,39 +7,21 @@
 #include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-struct range { uint64_t start, len; };
-struct api { uint64_t api, features, ioctls; };
-struct reg { struct range range; uint64_t mode, ioctls; };
-struct copy { uint64_t dst, src, len, mode; int64_t copy; };
-struct zero { struct range range; uint64_t mode; int64_t done; };
-struct wp { struct range range; uint64_t mode; };
+#include "userfaultfd.h"
+
 struct message { uint8_t event, pad[7]; uint64_t a, b, c; };
 struct scan { uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages, inverted, mask, any, back; };
 struct region { uint64_t start, end, categories; };
 
-#define API _IOWR(0xAA, 0x3F, struct api)
-#define REGISTER _IOWR(0xAA, 0, struct reg)
-#define UNREGISTER _IOR(0xAA, 1, struct range)
-#define COPY _IOWR(0xAA, 3, struct copy)
-#define ZEROPAGE _IOWR(0xAA, 4, struct zero)
-#define MOVE _IOWR(0xAA, 5, struct copy)
-#define WRITEPROTECT _IOWR(0xAA, 6, struct wp)
-#define POISON _IOWR(0xAA, 8, struct zero)
 #define NEW _IO(0xAA, 0)
 #define SCAN _IOWR('f', 16, struct scan)
-#define MISSING 1
-#define WP 2
-#define RW (PROT_READ | PROT_WRITE)
 #define EVENTS (2 | 4 | 8 | 64)
 #define SIGBUS_FEATURE (1 << 7)
 #define UNPOPULATED (1 << 13)
