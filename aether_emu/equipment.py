@@ -167,7 +167,7 @@ def _khugepaged(
     pages = 1 << order
     absent = pages - 1 if config.khugepaged_none is None else config.khugepaged_none
     shared = pages // 2 if config.khugepaged_shared is None else config.khugepaged_shared
-    terms = Terms(absent, shared, used=True, moves=config.thp_defrag != "never")
+    terms = Terms(absent, shared, pages // 8, used=True, moves=config.thp_defrag != "never")
     return Khugepaged(Scan(physical, terms, config.khugepaged_pages), config.khugepaged_sleep, spaces)
 
 

@@ -7,7 +7,7 @@
 
 A program asks for it (MADV_COLLAPSE), or a scan does it by and by (Linux: khugepaged). Nobody writes to a
 page between its copy and the new leaf, since no CPU can translate the range then: it is broken before it is
-made, on every ISA.
+made, on every ISA. Pages that are in swap come back before, and stay if nothing comes of it.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import astuple, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aether_emu.errors import Refused
+from aether_emu.errors import OutOfFrames, Refused
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.collapse_terms import Ending, Terms
 from aether_emu.mm.counters import Event
+from aether_emu.mm.fault import Faults
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.hugepage import LEVEL, huge_order, huge_size, possible, take_block
 from aether_emu.mm.physical import Physical
@@ -39,10 +41,12 @@ _ANON, _ZERO = int(Kind.ANON), int(Kind.ZERO)  # plain: numpy needs 20 us to com
 
 @dataclass(frozen=True, slots=True)
 class _Pages:
-    """The pages of a range: their numbers in it, and their frames."""
+    """The pages of a range that are there: their numbers in it, and their frames."""
 
     numbers: NDArray[np.int64]
     frames: NDArray[np.int64]
+    away: NDArray[np.int64]
+    """The numbers of those in swap, which are none of them."""
 
 
 def collapse(space: AddressSpace, area: Area, start: int, terms: Terms) -> Ending:
@@ -59,13 +63,16 @@ def collapse(space: AddressSpace, area: Area, start: int, terms: Terms) -> Endin
     pages = _judged(space, entries, terms)
     if isinstance(pages, Ending):
         return pages
+    if pages.away.size:
+        if not _bring(space, start, pages.away):
+            return Ending.NO_BLOCK
+        return collapse(space, area, start, replace(terms, swapped=0))  # it may be another range now
     block = take_block(physical, area, start, huge_order(fmt), copied=pages.numbers, compacts=terms.moves)
     if block is None:
         physical.counters.n[Event.HUGE_COLLAPSE_FAILED] += 1
         return Ending.NO_BLOCK
-    pages = _Pages(
-        pages.numbers, first_frames(fmt, physical.frames, entries[pages.numbers])
-    )  # may have moved
+    moved = first_frames(fmt, physical.frames, entries[pages.numbers])  # perhaps: to make room
+    pages = _Pages(pages.numbers, moved, pages.away)
     slot = table.slot(start, LEVEL)
     above = Found(start, LEVEL, slot, physical.ram.words[slot])
     gather = space.gather()
@@ -88,8 +95,11 @@ def _judged(space: AddressSpace, entries: NDArray[np.uint64], terms: Terms) -> _
     fmt, frames = space.table.format, space.physical.frames
     numbers = np.flatnonzero(entries)
     shown = entries[numbers]
-    if (shown & np.uint64(fmt.present_mask) == 0).any():
+    present = shown & np.uint64(fmt.present_mask) != 0
+    away, held = numbers[~present], shown[~present]
+    if away.size and (away.size > terms.swapped or not _can_come_back(space.physical, held)):
         return Ending.UNFIT
+    numbers, shown = numbers[present], shown[present]
     of = first_frames(fmt, frames, shown)
     if (of >= frames.count).any():
         return Ending.UNFIT
@@ -97,18 +107,41 @@ def _judged(space: AddressSpace, entries: NDArray[np.uint64], terms: Terms) -> _
     own = kinds == _ANON
     if (kinds[~own] != _ZERO).any():
         return Ending.UNFIT
-    pages = _Pages(numbers[own], of[own])
-    if not pages.numbers.size:
+    pages = _Pages(numbers[own], of[own], away)
+    if not pages.numbers.size and not away.size:
         return Ending.EMPTY
     refs = frames.refs_array[pages.frames]
     if (refs != frames.maps_array[pages.frames]).any():
         return Ending.BUSY
-    absent, shared = entries.size - pages.numbers.size, int(np.count_nonzero(refs > 1))
+    absent = entries.size - pages.numbers.size - away.size
+    shared = int(np.count_nonzero(refs > 1))
     if absent > terms.absent or shared > terms.shared:
         return Ending.UNFIT
-    if terms.used and not fmt.accessed(shown).any():
+    used = int(np.count_nonzero(fmt.accessed(shown))) if terms.used else entries.size
+    if not used or (away.size and used < entries.size >> 1):
         return Ending.UNUSED
     return pages
+
+
+def _can_come_back(physical: Physical, held: NDArray[np.uint64]) -> bool:
+    """Whether entries name pages in swap, all of them, of whose stores nobody is to be told."""
+    swap = physical.swap
+    if swap is None or not swap.entries.which(held).all():
+        return False
+    return not (held & np.uint64(swap.entries.told)).any()
+
+
+def _bring(space: AddressSpace, start: int, numbers: NDArray[np.int64]) -> bool:
+    """Bring pages back from swap, while memory is not short: a huge page takes more yet. Whether all came."""
+    faults, reclaim, shift = Faults(space.physical), space.physical.reclaim, space.table.format.page_shift
+    try:
+        for number in numbers.tolist():
+            if reclaim is not None and reclaim.is_short:
+                return False
+            faults.bring(space, start + (number << shift))
+    except OutOfFrames:
+        return False
+    return True
 
 
 def _copy(space: AddressSpace, pages: _Pages, block: int) -> None:
@@ -145,7 +178,7 @@ def collapse_advised(space: AddressSpace, area: Area, start: int, end: int) -> N
         raise Refused(errno.EINVAL, "no huge page is possible in this mapping")
     make = collapse_shared if of_object else collapse
     every, thp, failed = 1 << huge_order(space.table.format), space.physical.thp, None
-    terms = Terms(absent=every, shared=every, moves=thp is None or thp.compacts != "never")
+    terms = Terms(absent=every, shared=every, swapped=every, moves=thp is None or thp.compacts != "never")
     first, last = start + size - 1 & -size, end & -size
     if first > last:
         raise Refused(errno.EINVAL, "the range lies within one huge page")
@@ -220,8 +253,7 @@ class Scan:
 
     def capture(self) -> tuple[Any, ...]:
         """Where it is, and what it was told."""
-        terms = self.terms
-        return self.position, self.passes, self.pages, (terms.absent, terms.shared, terms.used, terms.moves)
+        return self.position, self.passes, self.pages, astuple(self.terms)
 
     def restore(self, state: tuple[Any, ...]) -> None:
         """Be there."""

@@ -65,7 +65,7 @@ def _collapse_memory(
     there, away = memory.frames_in(first, count), memory.swapped(first, count)
     if not there and not away:
         return Ending.EMPTY
-    if count - len(there) - away > terms.absent:
+    if count - len(there) - away > terms.absent or away > terms.swapped:
         return Ending.UNFIT
     frames = physical.frames
     if any(frames.refs[frame] != frames.maps[frame] + 1 for frame in _frames(memory, there)):

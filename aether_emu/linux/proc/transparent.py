@@ -1,7 +1,7 @@
 """/sys/kernel/mm/transparent_hugepage: where huge pages come without being asked for, as root wants it.
 
 What is written counts at once. The order of words and of refusals is Linux's (mm/huge_memory.c, mm/shmem.c,
-mm/khugepaged.c). A table with pages in swap is never collapsed, so `max_ptes_swap` is 0 and stays so.
+mm/khugepaged.c).
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import errno
 import stat
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from aether_emu.errors import Refused, shown
 from aether_emu.linux.files.synthetic import Text
 from aether_emu.linux.kernel import Kernel
-from aether_emu.mm.collapse_terms import Terms
 from aether_emu.mm.counters import Event
 from aether_emu.mm.huge_settings import COMPACTS, chosen
 from aether_emu.mm.physical import Huge, SharedHuge
@@ -99,14 +100,8 @@ def _scan_texts(kernel: Kernel, thp: Huge) -> dict[str, Text]:
     assert khugepaged is not None, "a machine with Linux has it"
     scan, last = khugepaged.scan, (1 << thp.order) - 1
 
-    def set_terms(absent: int | None = None, shared: int | None = None, moves: int | None = None) -> None:
-        terms = scan.terms
-        scan.terms = Terms(
-            terms.absent if absent is None else absent,
-            terms.shared if shared is None else shared,
-            terms.used,
-            terms.moves if moves is None else bool(moves),
-        )
+    def set_terms(**wanted: Any) -> None:
+        scan.terms = replace(scan.terms, **wanted)
 
     def set_pages(wanted: int) -> None:
         scan.pages = wanted
@@ -118,13 +113,13 @@ def _scan_texts(kernel: Kernel, thp: Huge) -> dict[str, Text]:
         khugepaged.set_sleep(wanted, kernel.time_now())
 
     return {
-        "defrag": _number(lambda: int(scan.terms.moves), lambda to: set_terms(moves=to), most=1),
+        "defrag": _number(lambda: int(scan.terms.moves), lambda to: set_terms(moves=bool(to)), most=1),
         "pages_to_scan": _number(lambda: scan.pages, set_pages, least=1, most=_MOST),
         "scan_sleep_millisecs": _number(lambda: khugepaged.sleep, set_sleep, most=_MOST),
         "alloc_sleep_millisecs": _number(lambda: khugepaged.alloc_sleep, set_alloc_sleep, most=_MOST),
         "max_ptes_none": _number(lambda: scan.terms.absent, lambda to: set_terms(absent=to), most=last),
         "max_ptes_shared": _number(lambda: scan.terms.shared, lambda to: set_terms(shared=to), most=last),
-        "max_ptes_swap": _number(lambda: 0, lambda _: None, most=0),
+        "max_ptes_swap": _number(lambda: scan.terms.swapped, lambda to: set_terms(swapped=to), most=last),
         "pages_collapsed": Text(lambda: b"%d\n" % n[Event.HUGE_COLLAPSE], size=_SIZE),
         "full_scans": Text(lambda: b"%d\n" % scan.passes, size=_SIZE),
     }
