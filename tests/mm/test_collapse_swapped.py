@@ -21,6 +21,7 @@ from aether_emu.mm.mapping import (
     MAP_PRIVATE,
 )
 from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.swap.seen import in_swap
 from aether_emu.mm.user import UserMemory
 from aether_emu.system import Machine
 
@@ -52,9 +53,8 @@ class Kit:
 
     @property
     def away(self) -> int:
-        swap = self.machine.physical.swap
-        assert swap is not None
-        return swap.used
+        """How many pages of the table are in swap."""
+        return in_swap(self.space, BASE, BASE + SIZE).pages.size
 
     def is_huge(self) -> bool:
         return len(leaves(self.space)) == 1
